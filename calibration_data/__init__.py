@@ -1,0 +1,1 @@
+"""Prompts, the moving-shapes world, and recordings of real denoising trajectories."""

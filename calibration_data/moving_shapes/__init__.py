@@ -1,0 +1,1 @@
+"""The procedural world of the nano model: scenes and captions, a renderer, an analytic judge."""

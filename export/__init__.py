@@ -1,0 +1,1 @@
+"""LinearDiT to ONNX with Q/DQ, TensorRT-RTX engines and bundles."""

@@ -1,0 +1,1 @@
+"""Small graph passes over onnx_ir models, each with its contract."""

@@ -1,0 +1,1 @@
+"""Recipes, calibration with NVIDIA ModelOpt, and quantized checkpoints."""

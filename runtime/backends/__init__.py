@@ -1,0 +1,1 @@
+"""Ways to make a denoiser: torch, ONNX Runtime, TensorRT-RTX."""

@@ -1,0 +1,1 @@
+"""Quality-regression reports."""
