@@ -138,7 +138,15 @@ def run_stage(
     try:
         return _write(out, wanted, produce)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             fix = "free space or choose another --out; nothing was left behind"
             raise ArtefactError("Output cannot be written", where=out, got=error.strerror, fix=fix) from error
         raise
