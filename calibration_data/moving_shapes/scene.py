@@ -21,7 +21,7 @@ RGB = {
     "blue": (45, 75, 215),
     "yellow": (245, 225, 50),
     "orange": (245, 130, 25),
-    "purple": (150, 50, 190),
+    "purple": (170, 40, 170),
     "cyan": (60, 215, 230),
     "white": (245, 245, 245),
     "black": (18, 18, 22),
@@ -54,7 +54,7 @@ PHRASES = {
     "up-left": "moves from the bottom right to the top left",
     "still": "stays still",
 }
-SPEEDS = {10: 0.8, 30: 1.5, 50: 2.3}  # motion score -> pixels per frame
+SPEEDS = {10: 0.8, 30: 1.5, 50: 2.2}  # motion score -> pixels per frame
 
 RADII = (18.0, 26.0)  # pixels; the 8x VAE and 2x2 patches still resolve the corners at 18
 MARGIN = 2.0  # pixels between the shape's bounding circle and the frame's edge
@@ -72,17 +72,17 @@ class Content:
     motion_score: int
 
     def __post_init__(self) -> None:
-        for field, known in _ATTRIBUTES.items():
+        for field, known in ATTRIBUTES.items():
             if getattr(self, field) not in known:
                 raise InputError(
-                    what=f"unknown {field}",
+                    f"unknown {field}",
                     where="moving-shapes content",
                     expected=", ".join(map(str, known)),
                     got=str(getattr(self, field)),
                 )
         if self.colour == self.background:
             raise InputError(
-                what="the shape would be invisible",
+                "the shape would be invisible",
                 where="moving-shapes content",
                 expected="a colour other than the background's",
                 got=f"{self.colour} on {self.background}",
@@ -96,7 +96,7 @@ class Content:
         return x * speed, y * speed
 
 
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "shape": SHAPES,
     "colour": COLOURS,
     "background": BACKGROUNDS,
@@ -120,7 +120,9 @@ class Scene:
 def prompt(content: Content) -> str:
     """The caption without its motion score, as prompt files hold it."""
     article = "an" if content.colour[0] in "aeiou" else "a"
-    return f"{article} {content.colour} {content.shape} {PHRASES[content.direction]} on a {content.background} background."
+    return (
+        f"{article} {content.colour} {content.shape} {PHRASES[content.direction]} on a {content.background} background."
+    )
 
 
 def caption(content: Content) -> str:
@@ -142,7 +144,7 @@ def parse_caption(text: str, motion_score: int = 30) -> Content:
     match = _CAPTION.fullmatch(text.strip().lower())
     if match is None:
         raise InputError(
-            what="not a moving-shapes caption",
+            "not a moving-shapes caption",
             where="parse_caption",
             expected='e.g. "a red circle moves left to right on a blue background. motion score: 30."',
             got=repr(text),
@@ -154,7 +156,7 @@ def parse_caption(text: str, motion_score: int = 30) -> Content:
 
 def all_contents() -> Iterator[Content]:
     """Every content that has a caption, in a fixed order."""
-    for shape, colour, background, direction, score in itertools.product(*_ATTRIBUTES.values()):
+    for shape, colour, background, direction, score in itertools.product(*ATTRIBUTES.values()):
         if colour != background:
             yield Content(shape, colour, background, direction, score)
 
@@ -188,7 +190,7 @@ def place(
         high = extent - radius - MARGIN - max(0.0, path)
         if low > high:
             raise InputError(
-                what="the shape would leave the frame",
+                "the shape would leave the frame",
                 where=f"{width}x{height} pixels, {frames} frames",
                 expected=f"room for a path of {abs(path):.0f} pixels and a radius of {radius:.0f}",
                 got=caption(content),
