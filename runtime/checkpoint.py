@@ -22,6 +22,7 @@ from .linear_dit import DiTConfig, LinearDiT
 
 NANO = Path(__file__).parent / "nano"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 COMPONENTS = ("text_encoder", "tokenizer", "vae", "scheduler")
 
 
@@ -145,12 +146,18 @@ def diffusers_source(module: str, config: DiTConfig) -> Source:
 
 
 def from_diffusers(name: str, tensors: Mapping[str, Tensor] | TensorFiles, config: DiTConfig) -> Tensor:
-    """The LinearDiT parameter `name`, assembled from diffusers tensors."""
+    """The LinearDiT parameter `name`, assembled from diffusers tensors. Raises ArtefactError for packed ones."""
     module, _, leaf = name.rpartition(".")
     if leaf == "scale_shift_table":
         return tensors[name.replace("blocks.", "transformer_blocks.", 1)]
     source = diffusers_source(module, config)
     parts = [tensors[f"{m}.{leaf}"] for m in source.modules]
+    for module_name, part in zip(source.modules, parts, strict=True):
+        if part.dtype not in FLOATS:
+            expected = " or ".join(str(d) for d in FLOATS)
+            raise ArtefactError(
+                "Tensor is packed, not a plain weight", where=f"{module_name}.{leaf}", expected=expected, got=part.dtype
+            )
     if leaf == "weight" and not module.endswith("conv_depth"):
         parts = [source.to_linear(p) for p in parts]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
