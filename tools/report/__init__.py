@@ -1,1 +1,1 @@
-"""Quality-regression reports."""
+"""Quality-regression reports: the same prompts and seeds through a reference and its candidates, measured and gated."""
