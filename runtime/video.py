@@ -116,4 +116,4 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError("Image cannot be read", where=path, expected="a PNG, JPEG or WebP file", got=error) from error
-    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+    return np.array(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
