@@ -158,9 +158,26 @@ def from_diffusers(name: str, tensors: Mapping[str, Tensor] | TensorFiles, confi
             raise ArtefactError(
                 "Tensor is packed, not a plain weight", where=f"{module_name}.{leaf}", expected=expected, got=part.dtype
             )
+    if len({p.shape for p in parts}) > 1:
+        got = [list(p.shape) for p in parts]
+        raise ArtefactError(
+            "Tensor has the wrong shape", where=f"{source.modules[0]}.{leaf}", expected="equal", got=got
+        )
     if leaf == "weight" and not module.endswith("conv_depth"):
-        parts = [source.to_linear(p) for p in parts]
+        parts = [_reshaped(p, source) for p in parts]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _reshaped(weight: Tensor, source: Source) -> Tensor:
+    """A diffusers weight in Linear form, refused unless it is what the Linear form goes back to."""
+    try:
+        linear = source.to_linear(weight)
+        if source.to_diffusers(linear).shape == weight.shape:
+            return linear
+    except RuntimeError:
+        pass
+    where, fix = f"{source.modules[0]}.weight", "the weights belong to another config.json; fetch the checkpoint again"
+    raise ArtefactError("Tensor has the wrong shape", where=where, got=list(weight.shape), fix=fix)
 
 
 def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
