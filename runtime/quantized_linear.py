@@ -239,6 +239,12 @@ def fuse_packed(parts: list[dict[str, Tensor]], format: Format, *, where: str) -
     return {n: t if n in shared else torch.cat([p[n] for p in parts]) for n, t in parts[0].items()}
 
 
+def split_packed(packed: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """The inverse of `fuse_packed`: rows are dealt out, and per-tensor and input scales go to every part."""
+    by_rows = {n for n, t in packed.items() if n == "weight" or (n == "weight_scale" and t.ndim)}
+    return [{n: (t.chunk(parts)[i] if n in by_rows else t).clone() for n, t in packed.items()} for i in range(parts)]
+
+
 def _rescale(part: dict[str, Tensor], scalar: str, largest: Tensor, format: Format, where: str) -> dict[str, Tensor]:
     if torch.equal(part[scalar], largest):
         return part
