@@ -89,10 +89,12 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _set_up_logging(verbosity: int) -> None:
-    """Own messages from INFO on (DEBUG with -v), those of other packages only with -v."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO if verbosity else logging.ERROR, stream=sys.stderr)
-    logging.getLogger("sana_edge").setLevel(logging.DEBUG if verbosity else logging.INFO)
-    if not verbosity:
+    """Warnings of this package; with -v its messages, with -vv everybody's. Bars of other packages never show."""
+    own = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbosity > 1 else logging.ERROR, stream=sys.stderr)
+    logging.getLogger("sana_edge").setLevel(own)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if verbosity < 2:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

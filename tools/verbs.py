@@ -54,7 +54,7 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 COMMON = (
     _argument("--json", action="store_true", help="end stdout with one JSON line; prose goes to stderr"),
-    _argument("-v", "--verbose", action="count", default=0, help="log more, and show tracebacks"),
+    _argument("-v", "--verbose", action="count", default=0, help="log more and show tracebacks; -vv for all"),
 )
 _FORCE = _argument("--force", action="store_true", help="replace an artefact that --out already holds")
 _DEVICE = _argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
@@ -107,8 +107,9 @@ VERBS = (
         (
             _argument("checkpoint", help=_CHECKPOINT),
             _argument("--recipe", required=True, metavar="NAME|FILE", help="packaged recipe or TOML file"),
-            _argument("--calibration", type=Path, required=True, metavar="DIR", help="what calibrate wrote"),
+            _argument("--calibration", type=Path, metavar="DIR", help="what calibrate wrote; bf16 and mxfp8 need none"),
             _out("quantized checkpoint to write"),
+            _DEVICE,
             _FORCE,
         ),
     ),
@@ -145,7 +146,7 @@ VERBS = (
     ),
     Verb(
         "inspect",
-        "stages:inspect",
+        "inspect_artefact:inspect",
         "layer precisions, sizes and digests of an artefact",
         "Shows what a folder of sana-edge holds: stage, parent, per-layer formats, engines, sizes and digests.",
         (_argument("folder", type=Path, help="calibration, quantized, ONNX or bundle folder"),),
@@ -196,7 +197,7 @@ VERBS = (
             _argument("--baseline", type=Path, metavar="FILE", help="earlier report.json to compare with"),
             _argument("--gates", type=Path, metavar="FILE", help="thresholds, TOML (default: the packaged)"),
             _argument(
-                "--dtype", choices=("bf16", "fp32"), default="bf16", help="the reference's dtype (default: bf16)"
+                "--dtype", choices=("bf16", "fp32"), help="of torch sides (default: bf16 on a GPU, fp32 on the CPU)"
             ),
             _BACKEND,
             _DEVICE,

@@ -1,0 +1,40 @@
+"""The verb `inspect`: what a folder of sana-edge holds, read from its manifest after every digest was checked."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..runtime.artefact import read_manifest
+from .doctor import columns
+from .report.page import size
+
+_SHOWN = 100
+"""Characters of a value on its line; --json has all."""
+
+
+def inspect(options: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Says stage, origin, per-layer formats and files of an artefact. Raises ArtefactError for a changed payload."""
+    folder = options.folder
+    manifest = read_manifest(folder)
+    sizes = {name: (folder / name).stat().st_size for name in manifest.payloads}
+    formats: Mapping[str, str] = manifest.details.get("formats", {})
+    shown = {"stage": manifest.stage, "digest": manifest.digest, **manifest.inputs}
+    shown |= {k: v for k, v in manifest.details.items() if k not in ("formats", "layers")}
+    say(columns([[name, _short(value)] for name, value in shown.items()]))
+    if formats:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(formats.values()).most_common())
+        say(f"\nlayers ({counts})")
+        say(columns([[f"  {layer}", name] for layer, name in formats.items()]))
+    say(f"\nfiles ({size(sum(sizes.values()))})")
+    say(columns([[f"  {name}", size(sizes[name]), manifest.payloads[name][:16]] for name in sizes]))
+    inputs = {"inputs": manifest.inputs, "details": manifest.details}
+    return {"folder": folder, "stage": manifest.stage, "digest": manifest.digest, **inputs, "bytes": sizes}
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
