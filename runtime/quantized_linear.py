@@ -115,14 +115,13 @@ class QuantizedLinear(nn.Module):
 
 def pack_linear(weight: Tensor, format: Format, scales: InputScales, *, name: str) -> dict[str, Tensor]:
     """The packed tensors of a weight [N, K] and of its input's calibration, under their names on disk."""
-    weight = weight.float()
-    if scales.pre_quant_scale is not None:
-        weight = weight / scales.pre_quant_scale
+    smooth = scales.pre_quant_scale
+    weight = weight.float() if smooth is None else weight.float() / smooth.to(weight.device)
     packed = quantize_weight(weight, format, layer=name)
     if scales.input_scale is not None and format.calibrated:
-        packed["input_scale"] = scales.input_scale
-    if scales.pre_quant_scale is not None:
-        packed["pre_quant_scale"] = scales.pre_quant_scale
+        packed["input_scale"] = scales.input_scale.to(weight.device)
+    if smooth is not None:
+        packed["pre_quant_scale"] = smooth.to(weight.device)
     return packed
 
 
