@@ -22,9 +22,11 @@ def inspect(options: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     manifest = read_manifest(folder)
     sizes = {name: (folder / name).stat().st_size for name in manifest.payloads}
     formats: Mapping[str, str] = manifest.details.get("formats", {})
-    shown = {"stage": manifest.stage, "digest": manifest.digest, **manifest.inputs}
-    shown |= {k: v for k, v in manifest.details.items() if k not in ("formats", "layers")}
-    say(columns([[name, _short(value)] for name, value in shown.items()]))
+    say(columns([["stage", manifest.stage], ["digest", manifest.digest]]))
+    details = {k: v for k, v in manifest.details.items() if k not in ("formats", "layers")}
+    for title, values in (("made from", manifest.inputs), ("result", details)):
+        if values:
+            say(f"\n{title}\n" + columns([[f"  {name}", _short(value)] for name, value in values.items()]))
     if formats:
         counts = ", ".join(f"{count} {name}" for name, count in Counter(formats.values()).most_common())
         say(f"\nlayers ({counts})")

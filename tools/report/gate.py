@@ -17,6 +17,7 @@ from ...runtime.errors import ArtefactError, GateError, InputError
 from .schema import Gate, Report, Side
 
 GATES = Path(__file__).parent / "gates.toml"
+_ROUNDING = 1e-9
 PASS, FAIL, NOT_GATED = "pass", "fail", "not-gated"
 
 Thresholds = Mapping[str, Mapping[str, float]]
@@ -47,11 +48,11 @@ def judge(candidate: Side, reference: Side, thresholds: Thresholds, earlier: Sid
         expected = ", ".join(thresholds)
         raise InputError("No thresholds for this number format", where="gates", expected=expected, got=candidate.format)
     limits = thresholds[candidate.format]
-    gates = [_at_least("velocity cosine, mean", candidate.cosine_mean, limits["cosine_mean"])]
+    gates = [_at_least("mean velocity cosine", candidate.cosine_mean, limits["cosine_mean"])]
     gates.append(_adherence(candidate, reference, limits["adherence_drop"]))
     if earlier is not None and earlier.cosine_mean is not None:
         floor = earlier.cosine_mean - thresholds["baseline"]["cosine_drop"]
-        gates.append(_at_least("velocity cosine, mean, against the baseline", candidate.cosine_mean, floor))
+        gates.append(_at_least("mean velocity cosine, against the baseline", candidate.cosine_mean, floor))
     return gates
 
 
@@ -62,7 +63,7 @@ def _at_least(name: str, measured: float | None, threshold: float) -> Gate:
 
 def _adherence(candidate: Side, reference: Side, allowed: float) -> Gate:
     """The loss of adherence in points, gated when one video weighs no more than what is allowed."""
-    name, judged = "adherence lost, points", [c for c in candidate.clips if c.adherence is not None]
+    name, judged = "adherence lost (points)", [c for c in candidate.clips if c.adherence is not None]
     if candidate.adherence is None or reference.adherence is None:
         note = "no prompt is a moving-shapes caption, so nothing judges adherence"
         return Gate(name, None, allowed, at_least=False, status=NOT_GATED, note=note)
@@ -71,7 +72,7 @@ def _adherence(candidate: Side, reference: Side, allowed: float) -> Gate:
     if len(judged) < needed:
         note = f"{len(judged)} videos judged; {needed} are needed for one video to weigh {allowed:g} points or less"
         return Gate(name, drop, allowed, at_least=False, status=NOT_GATED, note=note)
-    status = PASS if drop <= allowed else FAIL
+    status = PASS if drop <= allowed + _ROUNDING else FAIL
     return Gate(name, drop, allowed, at_least=False, status=status, note="")
 
 

@@ -67,7 +67,10 @@ def _candidate_view(report: Report, side: Side) -> dict[str, Any]:
 
 
 def precision_strip(layers: Mapping[str, str]) -> dict[str, Any]:
-    """Layers as a grid: a row a kind of layer, a column a block, and what lies outside the blocks by name."""
+    """Layers as a grid: a row a kind of layer, a column a block, and what lies outside the blocks by name.
+
+    A block without that layer has an empty cell.
+    """
     blocks: dict[str, dict[int, str]] = {}
     others = {}
     for name, format_name in layers.items():
@@ -78,7 +81,7 @@ def precision_strip(layers: Mapping[str, str]) -> dict[str, Any]:
         else:
             others[name] = format_name
     count = 1 + max((i for row in blocks.values() for i in row), default=-1)
-    rows = {kind: [row.get(i, "bf16") for i in range(count)] for kind, row in blocks.items()}
+    rows = {kind: [row.get(i, "") for i in range(count)] for kind, row in blocks.items()}
     return {"rows": rows, "count": count, "others": others}
 
 
@@ -98,7 +101,7 @@ def adherence_text(adherence: Adherence | None) -> str:
     if adherence is None:
         return ""
     wrong = [name for name in ("shape", "colour", "background", "direction") if not getattr(adherence, name)]
-    return f"shows another {', '.join(wrong)}" if wrong else "shows what was asked"
+    return f"shows another {', '.join(wrong)} than asked" if wrong else "shows what was asked"
 
 
 def size(count: int) -> str:
