@@ -119,7 +119,7 @@ def generate(
     chosen, target = choose_backend(folder, backend), choose_device(device)
     pixels = None if image is None else read_image(image, settings.height, settings.width)
     _, manifest = read_stage(folder)
-    verify_part(folder, manifest, *(f"{name}/" for name in COMPONENTS))
+    verify_part(folder, manifest, lambda name: name.split("/")[0] in COMPONENTS)
     prompt = with_motion_score(prompt, settings.motion_score)
     scheduler_name = TEXT_TO_VIDEO if pixels is None else IMAGE_TO_VIDEO
     seconds: dict[str, float] = {}

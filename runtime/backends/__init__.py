@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -87,23 +88,23 @@ def open_denoiser(
     if chosen == TORCH:
         from .torch_backend import TorchDenoiser
 
-        verify_part(source, manifest, "transformer/")
+        verify_part(source, manifest, lambda name: name.startswith("transformer/"))
         return TorchDenoiser(source, device=device, dtype=dtype)
     if chosen == ONNXRUNTIME:
         from .onnxruntime_backend import OnnxRuntimeDenoiser
 
-        verify_part(source, manifest, "twin.onnx")
+        verify_part(source, manifest, lambda name: "/" not in name)  # graphs and the weights they share
         return OnnxRuntimeDenoiser(source / "twin.onnx")
     from .tensorrt_rtx_backend import TensorRtRtxDenoiser, choose_engine
 
     assert manifest is not None
     engine = choose_engine(manifest)
-    verify_part(source, manifest, engine)
+    verify_part(source, manifest, lambda name: name == engine)
     return TensorRtRtxDenoiser(source / engine)
 
 
-def verify_part(folder: Path, manifest: Manifest | None, *prefixes: str) -> None:
+def verify_part(folder: Path, manifest: Manifest | None, is_used: Callable[[str], bool]) -> None:
     """Checks the digests of those payloads that are about to be used. Raises ArtefactError."""
     if manifest is not None:
-        used = {name: digest for name, digest in manifest.payloads.items() if name.startswith(prefixes)}
+        used = {name: digest for name, digest in manifest.payloads.items() if is_used(name)}
         verify_payloads(folder, replace(manifest, payloads=used))

@@ -162,18 +162,26 @@ def test_unusable_torch_settings_are_refused(checkpoint):
         open_denoiser(checkpoint, device="tpu9")
 
 
-def test_damaged_graphs_are_refused(exported, tmp_path):
-    folder = tmp_path / "damaged"
-    shutil.copytree(exported / "2", folder)
-    twin = folder / "twin.onnx"
-    twin.write_bytes(twin.read_bytes()[:-50])
-    with pytest.raises(ArtefactError, match=r"(?s)does not match its digest.*twin.onnx"):
-        open_denoiser(folder)
+@pytest.mark.parametrize("name", ["twin.onnx", "twin.onnx.data"])
+def test_graphs_and_weights_that_changed_are_refused(exported, tmp_path, name):
+    shutil.copytree(exported / "2", tmp_path / "damaged")
+    data = bytearray((tmp_path / "damaged" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged" / name).write_bytes(data)
+    with pytest.raises(ArtefactError, match=rf"(?s)does not match its digest.*{name}"):
+        open_denoiser(tmp_path / "damaged")
+
+
+def test_what_is_no_denoiser_is_refused(exported, tmp_path):
+    twin = tmp_path / "twin.onnx"
+    twin.write_bytes((exported / "2" / "twin.onnx").read_bytes()[:-50])
     from sana_edge.runtime.backends.onnxruntime_backend import OnnxRuntimeDenoiser
 
     with pytest.raises(ArtefactError, match=r"(?s)cannot be loaded.*twin.onnx"):
         OnnxRuntimeDenoiser(twin)
-    torch.onnx.export(torch.nn.Identity(), (torch.zeros(1),), twin, input_names=["x"], output_names=["y"], dynamo=True)
+    torch.onnx.export(
+        torch.nn.Identity().eval(), (torch.zeros(1),), twin, input_names=["x"], output_names=["y"], dynamo=True
+    )
     with pytest.raises(ArtefactError, match=r"(?s)no denoiser.*x -> y"):
         OnnxRuntimeDenoiser(twin)
 
