@@ -39,7 +39,12 @@ def instruction() -> str:
 
 
 def with_motion_score(prompt: str, score: int) -> str:
-    """The prompt with the motion score in words, as in training; a prompt that states its score keeps it."""
+    """The prompt with the motion score in words, as in training; a prompt that states its score keeps it.
+
+    Raises InputError for an empty prompt, which the score would hide.
+    """
+    if not prompt.strip():
+        raise InputError("Prompt is empty", where="prompt", fix="describe the video in a sentence")
     return prompt if "motion score:" in prompt.lower() else f"{prompt.strip()} motion score: {score}."
 
 
