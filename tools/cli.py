@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb: Verb = options.verb
     _set_up_logging(options.verbose)
     try:
-        outcome = _load(verb)(options, _sayer(options.json))
+        outcome = run_verb(options, _sayer(options.json))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -70,12 +70,13 @@ def _add(sub: argparse.ArgumentParser, argument: Argument) -> None:
     sub.add_argument(*argument.names, **argument.settings)
 
 
-def _load(verb: Verb) -> Any:
-    module, _, function = verb.run.partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), function)
+def run_verb(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the verb of parsed options; what it returns goes into the JSON line, what it says through `say`."""
+    module, _, function = options.verb.run.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), function)(options, say)
 
 
-def _sayer(as_json: bool) -> Any:
+def _sayer(as_json: bool) -> Callable[[str], None]:
     """Where a verb's prose goes: stdout, or stderr when stdout belongs to the JSON line."""
 
     def say(text: str) -> None:
