@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import re
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,12 @@ def choose_engine(manifest: Manifest, capability: tuple[int, int] | None = None)
             fix = "run on that GPU, or use the backend onnxruntime for its twin on the CPU"
             raise BackendError("TensorRT-RTX needs an NVIDIA GPU", expected=built, got="no CUDA GPU", fix=fix)
         capability = torch.cuda.get_device_capability()
-    wanted = "".join(map(str, capability))
+    wanted = "SM{}{}".format(*capability)
     for target, engine in engines.items():
-        if re.sub(r"\D", "", str(engine["compute_capability"])) == wanted:
+        if engine["compute_capability"] == wanted:
             return f"engines/{target}.engine"
-    got = "compute capability {}.{}".format(*capability)
     fix = "build an engine for this GPU: sana-edge build ONNX_DIR --target ..."
-    raise BackendError("Bundle has no engine for this GPU", expected=built, got=got, fix=fix)
+    raise BackendError("Bundle has no engine for this GPU", expected=built, got=wanted, fix=fix)
 
 
 class TensorRtRtxDenoiser:

@@ -13,7 +13,7 @@ from sana_edge.runtime.errors import ArtefactError, BackendError, InputError
 
 LATENTS = (4, 3, 8, 12)
 VIDEO = {"frames": 9, "height": 64, "width": 96}
-ENGINES = {"rtx4090": {"compute_capability": "8.9"}, "rtx5090": {"compute_capability": "12.0"}}
+ENGINES = {"rtx4090": {"compute_capability": "SM89"}, "rtx5090": {"compute_capability": "SM120"}}
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 
 
@@ -138,7 +138,7 @@ def test_without_a_gpu_auto_takes_the_twin_and_logs_why(bundle, caplog):
 @no_gpu
 def test_without_a_gpu_engines_and_cuda_are_refused_with_what_they_need(bundle, checkpoint):
     with pytest.raises(
-        BackendError, match=r"(?s)NVIDIA GPU.*rtx4090 \(8.9\), rtx5090 \(12.0\).*no CUDA GPU.*onnxruntime"
+        BackendError, match=r"(?s)NVIDIA GPU.*rtx4090 \(SM89\), rtx5090 \(SM120\).*no CUDA GPU.*onnxruntime"
     ):
         open_denoiser(bundle, "tensorrt-rtx")
     with pytest.raises(BackendError, match="NVIDIA GPU"):
@@ -151,7 +151,7 @@ def test_the_engine_is_that_of_the_gpu_or_none():
     manifest = Manifest("build", {}, {"engines": ENGINES})
     assert choose_engine(manifest, (12, 0)) == "engines/rtx5090.engine"
     assert choose_engine(manifest, (8, 9)) == "engines/rtx4090.engine"
-    with pytest.raises(BackendError, match=r"(?s)no engine for this GPU.*rtx5090 \(12.0\).*9\.0.*build"):
+    with pytest.raises(BackendError, match=r"(?s)no engine for this GPU.*rtx5090 \(SM120\).*SM90.*build"):
         choose_engine(manifest, (9, 0))
 
 
@@ -187,10 +187,31 @@ def test_what_is_no_denoiser_is_refused(exported, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_torch_on_a_gpu_computes_what_the_cpu_computes(checkpoint):
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     arguments = inputs(2)
     expected = open_denoiser(checkpoint, device="cpu", dtype=torch.float32)(*arguments)
     velocity = open_denoiser(checkpoint, dtype=torch.float32)(*(t.cuda() for t in arguments)).cpu()
     torch.testing.assert_close(velocity, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_an_engine_computes_what_its_twin_computes(checkpoint, tmp_path):
+    from sana_edge.export.stage import build, export_onnx
+    from sana_edge.runtime.shapes import VideoShape
+    from sana_edge.runtime.targets import load_targets
+
+    capability = "SM{}{}".format(*torch.cuda.get_device_capability())
+    target = next((t.name for t in load_targets().values() if t.capability == capability), None)
+    if target is None:
+        pytest.skip(f"TensorRT-RTX has no target of {capability}")
+    export_onnx(checkpoint, tmp_path / "onnx", shape=VideoShape(**VIDEO))
+    build(tmp_path / "onnx", tmp_path / "bundle", targets=[target])
+    engine, twin = open_denoiser(tmp_path / "bundle"), open_denoiser(tmp_path / "bundle", "onnxruntime")
+    assert engine.name.startswith("tensorrt-rtx")
+    for _ in range(2):
+        arguments = inputs(2)
+        velocity, expected = engine(*(t.to(engine.device) for t in arguments)).cpu(), twin(*arguments)
+        assert (velocity - expected).norm() / expected.norm() < 0.03
+    engine.close()

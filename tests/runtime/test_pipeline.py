@@ -190,6 +190,18 @@ def test_too_little_gpu_memory_names_the_stage(checkpoint, monkeypatch):
         generate(checkpoint, PROMPT, device="cpu", **SMALL)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_makes_the_video_of_the_cpu(image, dtype):
+    for first in (None, image):
+        settings = {"image": first, "seed": 11, "dtype": dtype, **SMALL}
+        expected = generate("nano", PROMPT, device="cpu", **settings)
+        result = generate("nano", PROMPT, **settings)
+        assert result.metadata["backend"].endswith("on cuda")
+        assert psnr(result.frames, expected.frames) >= (50 if dtype == torch.float32 else 35)
+
+
 def test_stages_live_one_after_another(checkpoint, monkeypatch):
     """While the denoiser runs, neither text encoder nor VAE is in memory; while the VAE runs, no denoiser is."""
     import gc
