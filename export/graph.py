@@ -8,18 +8,21 @@ are read when the file is written) and insert the Q/DQ of the quantized ones.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..runtime.backends.static_shapes import INPUTS, OUTPUT
 from ..runtime.checkpoint import assign
 from ..runtime.linear_dit import DiTConfig, LinearDiT
 from ..runtime.quantized_linear import QuantizedLinear
+from ..runtime.text import TEXT_TOKENS
 from .passes.attach_weights import AttachWeights
 from .passes.contract import PassResult, run_passes
 from .passes.fold_shapes import FoldShapes
@@ -28,14 +31,11 @@ from .passes.quantize_gemms import QuantizeGemms
 
 OPSET = 23
 IR_VERSION = 11  # the first with FLOAT4E2M1
-TEXT_TOKENS = 300
-INPUTS = ("latents", "timesteps", "text", "text_mask")
-OUTPUT = "velocity"
 
 
 @dataclass(frozen=True)
 class DenoiserShape:
-    """Static sizes of a denoiser: `latents` is [channels, frames, height, width] in latent cells, `batch` 2 with CFG."""
+    """Static sizes of a denoiser: latents [channels, frames, height, width] in latent cells; batch 2 with CFG."""
 
     latents: tuple[int, int, int, int]
     batch: int = 2
@@ -56,6 +56,17 @@ class DenoiserShape:
         """Tokens along (frames, height, width)."""
         _, frames, height, width = self.latents
         return frames, height // config.patch_size[1], width // config.patch_size[2]
+
+    def tokens(self, config: DiTConfig) -> int:
+        """Video tokens of one sample."""
+        return math.prod(self.grid(config))
+
+    def smallest(self, config: DiTConfig) -> DenoiserShape:
+        """At most 3 frames of 4x4 tokens: the smallest size in which every neighbour that a block mixes exists."""
+        channels, frames, height, width = self.latents
+        _, patch_height, patch_width = config.patch_size
+        latents = (channels, min(frames, 3), min(height, 4 * patch_height), min(width, 4 * patch_width))
+        return replace(self, latents=latents)
 
 
 def graph_from_model(model: LinearDiT, shape: DenoiserShape) -> tuple[ir.Model, list[PassResult]]:

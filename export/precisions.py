@@ -22,6 +22,12 @@ def graph_formats(model: ir.Model) -> dict[str, str]:
     return {str(node.name): _format(node) for node in model.graph if node.op_type == "Gemm"}
 
 
+def layer_bytes(model: ir.Model, layer: str) -> int:
+    """Bytes that a Linear's tensors take in the file: weight, scales and bias."""
+    tensors = [v.const_value for name, v in model.graph.initializers.items() if name.rpartition(".")[0] == layer]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def _format(gemm: ir.Node) -> str:
     x, weight = gemm.inputs[:2]
     assert x is not None and weight is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -16,8 +17,8 @@ _FOLDED = {"Constant", "Identity", "SplitToSequence", "SequenceAt", "Shape", "Ra
 
 class FoldShapes(GraphPass):
     """Before: initializers are exactly the parameters and tables of the model, everything else constant is a node.
-    After: no shape arithmetic, no traces of the exporting machine's paths, no Constant or Identity nodes, no sequences; no initializer was read, changed or
-    copied, every value has a static shape.
+    After: no shape arithmetic, no Constant or Identity nodes, no sequences, every value has a static shape; no original
+    initializer was read, changed or copied; the stack traces that the exporter noted are gone.
     """
 
     def requires(self, model: ir.Model) -> Iterator[str]:
@@ -32,13 +33,13 @@ class FoldShapes(GraphPass):
             """Keeps what reads an original initializer; None leaves the choice to the folder's own rules."""
             return False if any(v in kept for v in node.inputs) else None
 
-        with _quiet("onnxscript.optimizer"):
+        with _quiet("onnxscript", "onnx_ir"):
             fold_constants(model, should_fold=rule, onnx_shape_inference=True)
-        common.IdentityEliminationPass()(model)
-        common.CommonSubexpressionEliminationPass()(model)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.RemoveUnusedNodesPass()(model)
-        common.ClearMetadataAndDocStringPass()(model)
+            common.IdentityEliminationPass()(model)
+            common.CommonSubexpressionEliminationPass()(model)
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+            common.RemoveUnusedNodesPass()(model)
+            common.ClearMetadataAndDocStringPass()(model)
         return before - model.graph.num_nodes()
 
     def ensures(self, model: ir.Model) -> Iterator[str]:
@@ -53,15 +54,15 @@ class FoldShapes(GraphPass):
                     yield f"{output.name} of {node.op_type} {node.name} has a static shape and a type"
 
 
-class _quiet:
-    """Silences a chatty library logger for the time of a call."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exc: object) -> None:
-        self.logger.setLevel(self.level)
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silences chatty library loggers for the time of a call."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -60,7 +60,9 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
     """Registers a tensor as an initializer of the graph under a new name."""
     assert name not in graph.initializers, f"{name} is already an initializer"
     tensor.name = name
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
@@ -68,4 +70,4 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
 def static_shape(value: ir.Value) -> list[int]:
     """The shape of a value as integers; every shape of an exported denoiser is known."""
     assert value.shape is not None and value.shape.is_static(), f"{value.name} has no static shape"
-    return [int(d) for d in value.shape]
+    return list(value.shape.numpy())

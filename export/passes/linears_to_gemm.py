@@ -34,8 +34,8 @@ class LinearsToGemm(GraphPass):
             if leaf == "weight" and len(weight.shape or ()) == 2 and module not in gemms:
                 yield f"the Linear {module} is one Gemm"
         for name, gemm in gemms.items():
-            weight = gemm.inputs[1]
-            if weight is None or weight.name != f"{name}.weight" or len(weight.uses()) != 1:
+            read = gemm.inputs[1]
+            if read is None or read.name != f"{name}.weight" or len(read.uses()) != 1:
                 yield f"the Gemm {name} alone reads {name}.weight"
 
 

@@ -1,7 +1,8 @@
 """Q/DQ of nvfp4: E2M1 values whose E4M3 block scales are themselves scaled by one fp32 number.
 
     x -> trt::TRT_FP4DynamicQuantize(input_scale) -> values, block scales
-         block scales -> DequantizeLinear(input_scale) -> scales;  values -> DequantizeLinear(scales, blocks of 16) -> Gemm
+         block scales -> DequantizeLinear(input_scale) -> scales
+         values -> DequantizeLinear(scales, blocks of 16) -> Gemm
     weight_scale (FLOAT8E4M3FN) -> DequantizeLinear(weight_scale_2) -> scales
          weight (FLOAT4E2M1) -> DequantizeLinear(scales, blocks of 16) -> Gemm
 

@@ -34,8 +34,7 @@ def dequantize_weight(insertion: Insertion, layer: QuantizedLinear, carrier: Dat
     """The weight [N, K] from its packed initializer, in the carrier dtype."""
     weight = insertion.initializer("weight", torch_tensor(layer.weight))
     scale = insertion.initializer("weight_scale", torch_tensor(layer.packed()["weight_scale"]))
-    axis = {"axis": 0} if layer.format.weight_scales == "row" else {}
     outputs = [(carrier, static_shape(weight))]
     return insertion.node(
-        "dequantize_weight", "DequantizeLinear", [weight, scale], outputs=outputs, output_dtype=carrier.value, **axis
+        "dequantize_weight", "DequantizeLinear", [weight, scale], outputs=outputs, output_dtype=carrier.value, axis=0
     )[0]
