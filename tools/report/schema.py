@@ -87,8 +87,8 @@ class Gate:
 class Side:
     """The reference, or a candidate.
 
-    `source` is a path or name, `kind` checkpoint, quantized, onnx or bundle. `format` is the lowest number format
-    among `layers` (denoiser layer -> format, the quantized ones). `bytes` is the denoiser on disk; `runs` says backend,
+    `source` is a path or name, `kind` checkpoint, quantized, onnx or bundle. `layers` has the format of every Linear of
+    the denoiser and `format` is the lowest of them. `bytes` is the denoiser's weights on disk. `runs` says backend,
     version and device; `step_seconds` is the median denoising step.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...runtime.artefact import Manifest, parent_digest
+from ...runtime.artefact import parent_digest
 from ...runtime.backends import read_stage
 from ...runtime.checkpoint import find_checkpoint, read_config
 from ...runtime.errors import InputError, UsageError
@@ -23,7 +23,10 @@ LOWEST_FIRST = ("nvfp4", "int8", "fp8", "mxfp8", "bf16")
 
 @dataclass(frozen=True)
 class Subject:
-    """One side of a report. `layers` maps every Linear of the denoiser to its format; `bytes` is the denoiser's."""
+    """One side of a report. `layers` maps every Linear of the denoiser to its format.
+
+    `bytes` is the denoiser's weights on disk; of a bundle those of its graph, since an engine adds compiled kernels.
+    """
 
     name: str
     source: str
@@ -49,9 +52,8 @@ def describe(name: str, source: str) -> Subject:
         size = sum(p.stat().st_size for p in (folder / "transformer").glob("*.safetensors"))
         return Subject(name, source, folder, kind, digest, checkpoint_layers(folder), size)
     kind = {"export": "onnx", "build": "bundle"}[stage]
-    return Subject(
-        name, source, folder, kind, digest, dict(manifest.details["formats"]), _graph_bytes(folder, manifest)
-    )
+    size = sum(p.stat().st_size for p in folder.glob("denoiser.onnx*"))
+    return Subject(name, source, folder, kind, digest, dict(manifest.details["formats"]), size)
 
 
 def checkpoint_layers(folder: Path) -> dict[str, str]:
@@ -61,12 +63,6 @@ def checkpoint_layers(folder: Path) -> dict[str, str]:
         linears = {n: m for n, m in LinearDiT(config).named_modules() if isinstance(m, nn.Linear)}
     formats = read_formats(folder, linears, config)
     return {name: formats[name].name if name in formats else "bf16" for name in linears}
-
-
-def _graph_bytes(folder: Path, manifest: Manifest) -> int:
-    """Bytes of a bundle's largest engine, or of an ONNX folder's graph with its weights."""
-    engines = [p.stat().st_size for p in (folder / "engines").glob("*.engine")]
-    return max(engines) if engines else sum(p.stat().st_size for p in folder.glob("denoiser.onnx*"))
 
 
 def parse_candidates(texts: Sequence[str], reference: str) -> list[tuple[str, str]]:
