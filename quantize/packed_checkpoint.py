@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..runtime.artefact import versions
 from ..runtime.checkpoint import WEIGHTS, TensorFiles, diffusers_source, from_diffusers
 from ..runtime.errors import FormatError
 from ..runtime.formats import Format, dequantize_weight
@@ -85,7 +85,7 @@ def _write_quant_config(path: Path, quantized: Mapping[str, Format], config: DiT
         entry = {"quant_algo": format.algorithm} | ({"group_size": format.block} if format.block else {})
         layers |= dict.fromkeys(diffusers_source(name, config).modules, entry)
     content = {
-        "producer": {"name": "sana-edge", "version": version("sana-edge")},
+        "producer": {"name": "sana-edge", "version": versions()["sana-edge"]},
         "quantization": {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": layers},
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,8 +8,8 @@
 | nvfp4 | E2M1 | E4M3 for 16 values along K, times FP32 per tensor | NVIDIA NVFP4 (arXiv 2509.25149) |
 
 Two choices the specifications leave open, both as NVIDIA's tools make them:
-- mxfp8 rounds the shared exponent *up*, 2^ceil(log2(amax / 448)), so that no value saturates (arXiv 2506.08027, section
-  3; ModelOpt's MXFP8QTensor; the `cvt.rp` of the hardware). OCP's example floors it and saturates up to an eighth.
+- mxfp8 rounds the shared exponent *up*, 2^ceil(log2(amax / 448)), so that no value saturates (arXiv 2506.08027;
+  ModelOpt's MXFP8QTensor and CUDA kernel). OCP's example floors it and saturates up to an eighth.
 - nvfp4 weight blocks too small for an E4M3 scale get its smallest value, 2^-9 (ModelOpt's NVFP4QTensor); activation
   blocks that small become zero, as the dynamic kernels of TensorRT-LLM and ModelOpt make them.
 """

@@ -56,7 +56,7 @@ def random_trajectory(steps: int = 3) -> Trajectory:
 
 def same(a: Trajectory, b: Trajectory) -> bool:
     pairs = ((getattr(a, name), getattr(b, name)) for name in vars(a))
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+    return all(x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 def test_record_keeps_what_a_denoiser_read_and_answered():

@@ -12,6 +12,7 @@ from sana_edge.runtime.errors import FormatError
 from sana_edge.runtime.formats import E2M1_MAX, E4M3_MAX
 from sana_edge.runtime.linear_dit import DiTConfig, LinearDiT
 from sana_edge.runtime.quantized_linear import QuantizedLinear, quantize_linears
+from torch import nn
 
 TINY = {
     "in_channels": 16,
@@ -62,12 +63,30 @@ def both_models(model: LinearDiT, recipe: Recipe, *batches: Batch) -> tuple[Line
     return theirs, quantize_linears(copy.deepcopy(model), formats, read_scales(theirs, formats))
 
 
+def check_against_modelopt(theirs: LinearDiT, ours: LinearDiT, batch: Batch) -> None:
+    """Every quantized layer on the same input, then the whole models.
+
+    ModelOpt multiplies int8 and fp8 values by a reciprocal where the reference divides, so that a few values in a
+    million round to the neighbour; through the layers that follow, such a step grows.
+    """
+    layers = {n: m for n, m in ours.named_modules() if isinstance(m, QuantizedLinear)}
+    errors: dict[str, float] = {}
+    for name, layer in layers.items():
+
+        def compare(_: nn.Module, inputs: tuple, output: torch.Tensor, name: str = name, layer: nn.Module = layer):
+            errors[name] = relative_error(layer(inputs[0]), output)
+
+        theirs.get_submodule(name).register_forward_hook(compare)
+    expected = theirs(*batch)
+    assert errors.keys() == layers.keys() and max(errors.values()) <= 1e-3, errors
+    assert relative_error(ours(*batch), expected) <= 5e-3
+
+
 @pytest.mark.parametrize("name", [*LOW, "mixed"])
 def test_outputs_equal_modelopts(name: str, batch: Batch):
-    """What differs is ModelOpt multiplying by a reciprocal where the reference divides: single roundings."""
     model = random_model()
     theirs, ours = both_models(model, recipe_of(name), batch)
-    assert relative_error(ours(*batch), theirs(*batch)) <= 1e-3
+    check_against_modelopt(theirs, ours, batch)
     error = relative_error(ours(*batch), model(*batch))
     assert 1e-4 < error < {"int8": 0.02, "fp8": 0.1, "mxfp8": 0.1, "nvfp4": 0.4, "mixed": 0.4}[name]
 
@@ -151,10 +170,12 @@ def test_dead_layers_are_refused(batch: Batch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*LOW, "mixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LOW[::-1], "mixed"])
 def test_outputs_equal_modelopts_kernels(name: str, batch: Batch):
-    """On a GPU the fake quantization is ModelOpt's own (Triton and CUDA kernels), independent of the reference."""
+    """On a GPU the fake quantization is ModelOpt's own, independent of the reference.
+
+    Slow once: except for nvfp4 (Triton), ModelOpt compiles a CUDA extension at first use, a minute each.
+    """
     batch = tuple(t.cuda() for t in batch)
-    model = random_model().cuda()
-    theirs, ours = both_models(model, recipe_of(name), batch)
-    assert relative_error(ours.cuda()(*batch), theirs(*batch)) <= 1e-3
+    check_against_modelopt(*both_models(random_model().cuda(), recipe_of(name), batch), batch)

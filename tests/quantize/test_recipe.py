@@ -38,8 +38,8 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_packaged_recipes_are_the_documented_five():
-    assert {p.stem for p in RECIPES.glob("*.toml")} == {"bf16", *LOW}
+def test_a_recipe_of_each_format_is_packaged():
+    assert {p.stem for p in RECIPES.glob("*.toml")} >= {"bf16", *LOW}
     assert {f.name for f in load_recipe("bf16").assign(full_size_model()).values()} == {"bf16"}
 
 
