@@ -6,9 +6,10 @@ import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..runtime.artefact import read_manifest
+from ..runtime.artefact import Manifest, read_manifest, verify_payloads
 from .doctor import columns
 from .report.page import size
 
@@ -19,7 +20,8 @@ _SHOWN = 100
 def inspect(options: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Says stage, origin, per-layer formats and files of an artefact. Raises ArtefactError for a changed payload."""
     folder = options.folder
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, verify=False)
+    layers = layer_rows(folder, manifest)
     sizes = {name: (folder / name).stat().st_size for name in manifest.payloads}
     formats: Mapping[str, str] = manifest.details.get("formats", {})
     say(columns([["stage", manifest.stage], ["digest", manifest.digest]]))
@@ -34,22 +36,29 @@ def inspect(options: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     if formats:
         counts = ", ".join(f"{count} {name}" for name, count in Counter(formats.values()).most_common())
         say(f"\nlayers ({counts})")
-        say(columns(layer_rows(formats, manifest.details)))
+        say(columns(layers))
     say(f"\nfiles ({size(sum(sizes.values()))})")
     say(columns([[f"  {name}", size(sizes[name]), manifest.payloads[name][:16]] for name in sizes]))
     inputs = {"inputs": manifest.inputs, "details": manifest.details}
     return {"folder": folder, "stage": manifest.stage, "digest": manifest.digest, **inputs, "bytes": sizes}
 
 
-def layer_rows(formats: Mapping[str, str], details: Mapping[str, Any]) -> list[list[str]]:
-    """A row a layer: the format asked for, then whatever the stage knows: what graph and engines got, bytes, SQNR."""
-    layers = details.get("layers", {})
-    got: dict[str, Mapping[str, str]] = {"asked": formats}
-    for title, key, unit in (("graph", "graph", ""), ("bytes", "bytes", ""), ("weight SQNR", "sqnr_db", " dB")):
-        found = {name: f"{layer[key]}{unit}" for name, layer in layers.items() if key in layer}
-        got |= {title: found} if found else {}
-    got |= {target: engine.get("compiled", {}) for target, engine in details.get("engines", {}).items()}
-    return [["", *got], *([f"  {name}", *(column.get(name, "") for column in got.values())] for name in formats)]
+def layer_rows(folder: Path, manifest: Manifest) -> list[list[str]]:
+    """A row a layer: the format asked for, and what the stage made of it. Checks the payloads' digests."""
+    if manifest.stage in ("export", "build"):
+        from ..export.inspect import layer_table
+
+        table = layer_table(folder)
+        rows = [[f"  {r.layer}", r.asked, r.graph, str(r.bytes), *r.compiled.values()] for r in table]
+        return [["", "asked", "graph", "bytes", *table[0].compiled], *rows]
+    verify_payloads(folder, manifest)
+    layers = manifest.details.get("layers", {})
+    known = {name: [str(layer["bytes"]), f"{layer['sqnr_db']} dB"] for name, layer in layers.items()}
+    formats = manifest.details.get("formats", {})
+    return [
+        ["", "asked", "bytes", "weight SQNR"],
+        *([f"  {n}", f, *known.get(n, ["", ""])] for n, f in formats.items()),
+    ]
 
 
 def _short(value: Any) -> str:
