@@ -22,6 +22,7 @@ from .engine_compiler import Job
 from .engine_plan import compiled_precisions
 
 BUILDER = "TensorRT-RTX"
+COMMAND = (sys.executable, "-m", f"{__package__}.engine_compiler")
 log = logging.getLogger(__name__)
 _LEVELS = {"INFO": logging.DEBUG, "WARNING": logging.INFO, "ERROR": logging.INFO, "INTERNAL_ERROR": logging.INFO}
 
@@ -82,10 +83,9 @@ def require_builder() -> None:
 
 def _run(job: Job) -> dict[str, Any]:
     """Runs the compiler process; ends it when this one is interrupted."""
-    command = [sys.executable, "-m", f"{__package__}.engine_compiler"]
     final: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=stderr, text=True)
+        process = subprocess.Popen(COMMAND, stdin=PIPE, stdout=PIPE, stderr=stderr, text=True)
         try:
             assert process.stdin is not None and process.stdout is not None
             with process.stdin:

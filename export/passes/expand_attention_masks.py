@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from .contract import GraphPass
@@ -47,6 +46,6 @@ def _expand(node: ir.Node, mask: ir.Value, queries: int) -> ir.Value:
     *batch, _, keys = static_shape(mask)
     shape = (*batch, queries, keys)
     assert mask.dtype is not None
-    insertion = Insertion(node, f"{mask.name}/expanded")
-    target = insertion.initializer("shape", ir.tensor(np.array(shape, dtype=np.int64)))
+    insertion = Insertion(node, str(mask.name))
+    target = insertion.shape(shape, "expand")
     return insertion.node("expand", "Expand", [mask, target], outputs=[(mask.dtype, shape)])[0]

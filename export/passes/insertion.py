@@ -48,8 +48,12 @@ class Insertion:
         if static_shape(value) == list(shape):
             return value
         assert value.dtype is not None
-        target = self.initializer(f"{suffix}_shape", ir.tensor(np.array(shape, dtype=np.int64)))
+        target = self.shape(shape, suffix)
         return self.node(suffix, "Reshape", [value, target], outputs=[(value.dtype, shape)])[0]
+
+    def shape(self, shape: Sequence[int], suffix: str) -> ir.Value:
+        """A shape as the INT64 initializer that Reshape and Expand read."""
+        return add_initializer(self.graph, f"{self.stem}/{suffix}.shape", ir.tensor(np.array(shape, dtype=np.int64)))
 
     def initializer(self, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Registers an initializer `stem.suffix`, the name that LinearDiT gives its tensors."""
