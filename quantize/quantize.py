@@ -20,12 +20,12 @@ from ..calibration_data.trajectories import STAGE as CALIBRATE
 from ..calibration_data.trajectories import read_trajectories
 from ..runtime.artefact import Manifest, link_tree, parent_digest, read_manifest, run_stage, versions
 from ..runtime.backends.torch_backend import choose_device
-from ..runtime.checkpoint import COMPONENTS, find_checkpoint, load_transformer, read_config
+from ..runtime.checkpoint import COMPONENTS, find_checkpoint, read_config
 from ..runtime.errors import InputError
 from ..runtime.formats import Format
 from ..runtime.linear_dit import LinearDiT
 from ..runtime.pipeline import DEFAULTS_FILE
-from ..runtime.quantized_linear import QUANT_CONFIG, InputScales
+from ..runtime.quantized_linear import QUANT_CONFIG, InputScales, load_denoiser_model
 from .modelopt_calibration import fake_quantize, read_scales
 from .packed_checkpoint import write_transformer
 from .recipe import Recipe, load_recipe
@@ -136,7 +136,7 @@ def _measure(
 ) -> dict[str, InputScales]:
     """Scales of the inputs of all calibrated layers, from a replay through ModelOpt's quantizers."""
     target = choose_device(device)
-    model = load_transformer(folder, dtype=torch.float32 if target.type == "cpu" else torch.bfloat16, device=target)
+    model = load_denoiser_model(folder, dtype=torch.float32 if target.type == "cpu" else torch.bfloat16, device=target)
     details = read_manifest(calibration, CALIBRATE, verify=False).details
     total = details["samples"] * details["steps"]
     with torch.no_grad():

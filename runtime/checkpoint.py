@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import ArtefactError, InputError
-from .linear_dit import DiTConfig, LinearDiT
+from .linear_dit import DiTConfig
 
 NANO = Path(__file__).parent / "nano"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -198,32 +198,6 @@ def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Te
 def read_config(checkpoint: Path) -> DiTConfig:
     """The transformer geometry of a checkpoint folder."""
     return DiTConfig.from_diffusers(read_json(checkpoint / "transformer" / "config.json"))
-
-
-def load_transformer(
-    checkpoint: str | Path, *, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
-) -> LinearDiT:
-    """A LinearDiT with the unquantized weights of a diffusers checkpoint, cast to `dtype` tensor by tensor.
-
-    Raises ArtefactError for unreadable, missing or misshapen tensors.
-    """
-    folder = find_checkpoint(checkpoint)
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = LinearDiT(config)
-    with TensorFiles(folder / "transformer") as tensors:
-        for name, expected in model.state_dict().items():
-            value = from_diffusers(name, tensors, config)
-            if value.shape != expected.shape:
-                raise ArtefactError(
-                    "Tensor has the wrong shape",
-                    where=f"{folder}: {name}",
-                    expected=list(expected.shape),
-                    got=list(value.shape),
-                    fix="the weights belong to another config.json; fetch the checkpoint again",
-                )
-            assign(model, name, value.to(device=device, dtype=dtype))
-    return model.eval().requires_grad_(False)
 
 
 def assign(model: torch.nn.Module, name: str, value: Tensor) -> None:

@@ -220,7 +220,7 @@ class Block(nn.Module):
 
 
 class LinearDiT(nn.Module):
-    """The denoiser. See the module docstring; `checkpoint.load_transformer` makes one from diffusers weights."""
+    """The denoiser. See the module docstring; `quantized_linear.load_denoiser_model` makes one from a checkpoint."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

@@ -8,8 +8,8 @@ import torch
 from sana_edge.runtime.artefact import Manifest, link_tree, run_stage
 from sana_edge.runtime.backends import choose_backend, open_denoiser
 from sana_edge.runtime.backends.tensorrt_rtx_backend import TensorRtRtxDenoiser, choose_engine
-from sana_edge.runtime.checkpoint import load_transformer
 from sana_edge.runtime.errors import ArtefactError, BackendError, InputError
+from sana_edge.runtime.quantized_linear import load_denoiser_model
 
 LATENTS = (4, 3, 8, 12)
 VIDEO = {"frames": 9, "height": 64, "width": 96}
@@ -19,7 +19,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machi
 
 def export_twin(checkpoint, folder, batch):
     """LinearDiT as an fp32 graph, straight from torch's exporter."""
-    model = load_transformer(checkpoint, dtype=torch.float32)
+    model = load_denoiser_model(checkpoint, dtype=torch.float32)
     inputs = (torch.randn(batch, *LATENTS), torch.rand(batch, 3), torch.randn(batch, 300, 32), torch.ones(batch, 300))
     names = ["latents", "timesteps", "text", "text_mask"]
     torch.onnx.export(

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sana_edge.runtime.checkpoint import WEIGHTS, find_checkpoint, load_transformer, read_config, to_diffusers
+from sana_edge.runtime.checkpoint import WEIGHTS, find_checkpoint, read_config, to_diffusers
 from sana_edge.runtime.errors import ArtefactError, InputError
+from sana_edge.runtime.quantized_linear import load_denoiser_model
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def rewrite(folder, change):
 
 
 def test_names_go_to_diffusers_and_back(checkpoint):
-    state = to_diffusers(load_transformer(checkpoint, dtype=torch.float32).state_dict(), read_config(checkpoint))
+    state = to_diffusers(load_denoiser_model(checkpoint, dtype=torch.float32).state_dict(), read_config(checkpoint))
     expected = load_file(checkpoint / "transformer" / WEIGHTS)
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -36,20 +37,20 @@ def test_names_go_to_diffusers_and_back(checkpoint):
 def test_shards_load_like_one_file(checkpoint, tmp_path, shard):
     from diffusers import SanaVideoTransformer3DModel
 
-    whole = load_transformer(checkpoint, dtype=torch.float32).state_dict()
+    whole = load_denoiser_model(checkpoint, dtype=torch.float32).state_dict()
     upstream = SanaVideoTransformer3DModel.from_pretrained(checkpoint / "transformer")
     upstream.save_pretrained(tmp_path / "transformer", max_shard_size=shard)
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 2
-    sharded = load_transformer(tmp_path, dtype=torch.float32).state_dict()
+    sharded = load_denoiser_model(tmp_path, dtype=torch.float32).state_dict()
     assert whole.keys() == sharded.keys()
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
     next((tmp_path / "transformer").glob("*-00002-of-*.safetensors")).unlink()
     with pytest.raises(ArtefactError, match=r"(?s)cannot be read.*00002-of-"):
-        load_transformer(tmp_path)
+        load_denoiser_model(tmp_path)
 
 
 def test_weights_take_the_carrier_dtype(checkpoint):
-    model = load_transformer(checkpoint)
+    model = load_denoiser_model(checkpoint)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad or p.is_meta for p in model.parameters())
     assert not model.training
@@ -59,7 +60,7 @@ def test_pickled_weights_are_refused(copy):
     torch.save(load_file(copy / "transformer" / WEIGHTS), copy / "transformer" / "diffusion_pytorch_model.bin")
     (copy / "transformer" / WEIGHTS).unlink()
     with pytest.raises(ArtefactError, match=r"(?s)safetensors.*expected: .*safetensors.*got: .*model\.bin"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
@@ -68,7 +69,7 @@ def test_truncated_weights_are_refused(copy, keep):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(ArtefactError, match=r"(?s)Weights cannot be read.*diffusion_pytorch_model.*again"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 def test_weights_of_another_geometry_are_refused(copy):
@@ -77,13 +78,13 @@ def test_weights_of_another_geometry_are_refused(copy):
     with pytest.raises(
         ArtefactError, match=r"(?s)wrong shape.*conv_inverted.*\[160, 32\].*\[192, 32\].*another config"
     ):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 def test_a_missing_tensor_is_named(copy):
     rewrite(copy, lambda tensors: tensors.pop("transformer_blocks.1.attn1.to_k.weight"))
     with pytest.raises(ArtefactError, match=r"(?s)missing.*transformer_blocks\.1\.attn1\.to_k\.weight"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 def move_rows(tensors):
@@ -110,7 +111,7 @@ def flat_temporal(tensors):
 def test_weights_that_fit_only_after_reshaping_are_refused(copy, change, name):
     rewrite(copy, change)
     with pytest.raises(ArtefactError, match=rf"(?s)wrong shape.*{name}"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 @pytest.mark.parametrize(
@@ -127,17 +128,17 @@ def test_variants_that_are_not_computed_are_refused(copy, change, message):
     path = copy / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 @pytest.mark.parametrize("text", ["{", "\udcff"])
 def test_damaged_configs_are_refused(copy, text):
     (copy / "transformer" / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ArtefactError, match=r"(?s)not valid JSON.*config\.json"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
     (copy / "transformer" / "config.json").unlink()
     with pytest.raises(ArtefactError, match=r"(?s)missing.*config\.json"):
-        load_transformer(copy)
+        load_denoiser_model(copy)
 
 
 def test_checkpoints_are_found_by_name_path_and_cached_id(tmp_path, monkeypatch):

@@ -146,10 +146,10 @@ def test_no_such_checkpoint_is_said_plainly():
 @pytest.fixture
 def exported(checkpoint, tmp_path):
     """An ONNX folder of the tiny checkpoint at the small size, straight from torch's exporter."""
-    from sana_edge.runtime.checkpoint import load_transformer
+    from sana_edge.runtime.quantized_linear import load_denoiser_model
 
     def produce(folder):
-        model = load_transformer(checkpoint, dtype=torch.float32)
+        model = load_denoiser_model(checkpoint, dtype=torch.float32)
         example = (torch.randn(2, 4, 3, 8, 12), torch.rand(2, 3), torch.randn(2, 300, 32), torch.ones(2, 300))
         names = ["latents", "timesteps", "text", "text_mask"]
         twin = folder / "twin.onnx"
