@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir import DataType
 
 from .contract import GraphPass
+from .insertion import Insertion
 
 _DTYPE_ATTRIBUTES = ("to", "output_dtype")
 
@@ -29,11 +30,7 @@ class WidenCarrier(GraphPass):
                 if value.dtype == DataType.BFLOAT16:
                     value.type = ir.TensorType(DataType.FLOAT)
                     changed += 1
-        for value in list(graph.initializers.values()):
-            if value.dtype == DataType.BFLOAT16:
-                _cast_where_read(graph, value)
-                changed += 1
-        return changed
+        return changed + _cast_where_read(graph)
 
     def ensures(self, model: ir.Model) -> Iterator[str]:
         for node in model.graph:
@@ -42,10 +39,15 @@ class WidenCarrier(GraphPass):
                     yield f"{node.op_type} {node.name} does not read bf16"
 
 
-def _cast_where_read(graph: ir.Graph, value: ir.Value) -> None:
-    readers = list(value.uses())
-    wide = ir.Value(name=f"{value.name}/fp32", type=ir.TensorType(DataType.FLOAT), shape=value.shape)
-    cast = ir.node("Cast", [value], {"to": DataType.FLOAT.value}, outputs=[wide], name=f"{value.name}/fp32")
-    graph.insert_before(graph[0], cast)
-    for node, index in readers:
-        node.replace_input_with(index, wide)
+def _cast_where_read(graph: ir.Graph) -> int:
+    """Puts a Cast in front of the first reader of each bf16 initializer, so that the wide copy lives no longer."""
+    wide: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        for index, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer() or value.dtype != DataType.BFLOAT16:
+                continue
+            if value not in wide:
+                insertion = Insertion(node, str(value.name))
+                wide[value] = insertion.cast(value, DataType.FLOAT, "fp32")
+            node.replace_input_with(index, wide[value])
+    return len(wide)

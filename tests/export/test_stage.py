@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from safetensors.torch import save_file
-from sana_edge.export import check, engine, onnx_folder
+from sana_edge.export import check, engine, onnx_folder, stage
 from sana_edge.export.inspect import layer_table
 from sana_edge.export.stage import build, export_onnx
 from sana_edge.quantize.quantize import quantize
@@ -199,11 +199,20 @@ def test_build_refuses_a_changed_graph(copied: Path, tmp_path: Path):
         ([], InputError, "No target GPU"),
     ],
 )
-def test_build_refuses_targets(targets: list[str], error: type[Exception], message: str, onnx: Path, tmp_path: Path):
+def test_build_refuses_targets(
+    targets: list[str],
+    error: type[Exception],
+    message: str,
+    onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Before anything is compiled: the good target in front of a bad one costs nothing."""
+    compiled: list[object] = []
+    monkeypatch.setattr(stage, "engine_from_onnx", lambda *arguments: compiled.append(arguments))
     with pytest.raises(error, match=message):
         build(onnx, tmp_path / "bundle", targets=targets)
-    assert not any(tmp_path.iterdir())
+    assert not compiled and not any(tmp_path.iterdir())
 
 
 def test_build_without_tensorrt(onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
