@@ -187,7 +187,6 @@ def test_what_is_no_denoiser_is_refused(exported, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_torch_on_a_gpu_computes_what_the_cpu_computes(checkpoint):
     arguments = inputs(2)
     expected = open_denoiser(checkpoint, device="cpu", dtype=torch.float32)(*arguments)
@@ -196,7 +195,6 @@ def test_torch_on_a_gpu_computes_what_the_cpu_computes(checkpoint):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_an_engine_computes_what_its_twin_computes(checkpoint, tmp_path):
     from sana_edge.export.stage import build, export_onnx
     from sana_edge.runtime.shapes import VideoShape
