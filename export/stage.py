@@ -12,7 +12,7 @@ from typing import Any
 
 from ..runtime.artefact import MANIFEST, Manifest, link_tree, parent_digest, read_manifest, run_stage, versions
 from ..runtime.checkpoint import COMPONENTS, find_checkpoint
-from ..runtime.errors import InputError, MissingExtraError
+from ..runtime.errors import BackendError, InputError, MissingExtraError
 from ..runtime.formats import find_format
 from ..runtime.pipeline import DEFAULTS_FILE, default_settings
 from ..runtime.shapes import VideoShape, read_geometry
@@ -34,9 +34,9 @@ def export_onnx(
     Runtime) on the same weights, and the checkpoint's other components. `shape` defaults to the checkpoint's; `batch`
     is 2 with guidance. The manifest's details hold each layer's format and bytes, what each pass changed, and the
     comparison with torch. Raises InputError for sizes that do not divide, ArtefactError for a damaged checkpoint,
-    BackendError when the twin differs from torch, MissingExtraError without ONNX.
+    BackendError when the twin differs from torch or there is no ONNX Runtime, MissingExtraError without ONNX.
     """
-    _require("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    _require_onnx()
     from .graph import DenoiserShape
     from .onnx_folder import write_graphs
 
@@ -99,10 +99,13 @@ def build(onnx: Path, out: Path, *, targets: Sequence[str], force: bool = False)
     return run_stage(out, BUILD, inputs, produce, force=force)
 
 
-def _require(*packages: str) -> None:
-    for package in packages:
+def _require_onnx() -> None:
+    for package in ("onnx", "onnx_ir", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "export", "Exporting")
+    if find_spec("onnxruntime") is None:  # in no extra: it and onnxruntime-gpu exclude each other
+        fix = "pip install onnxruntime, or onnxruntime-gpu"
+        raise BackendError("Comparing the twin with torch needs ONNX Runtime, which is not installed", fix=fix)
 
 
 def _link_components(source: Path, target: Path) -> None:

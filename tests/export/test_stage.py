@@ -234,12 +234,19 @@ def test_an_interrupted_build_leaves_nothing(onnx: Path, tmp_path: Path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("package", "extra"), [("onnx", "export"), ("onnxscript", "export")])
+@pytest.mark.parametrize(
+    ("package", "error", "message"),
+    [
+        ("onnx", MissingExtraError, r"'onnx'[\s\S]*sana-edge\[export\]"),
+        ("onnxscript", MissingExtraError, r"'onnxscript'[\s\S]*sana-edge\[export\]"),
+        ("onnxruntime", BackendError, "pip install onnxruntime"),
+    ],
+)
 def test_export_without_onnx(
-    package: str, extra: str, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: str, error: type[Exception], message: str, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"'{package}'[\s\S]*{extra}"):
+    with pytest.raises(error, match=message):
         export_onnx(quantized, tmp_path / "onnx", shape=VIDEO)
 
 
