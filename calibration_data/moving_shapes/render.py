@@ -58,9 +58,10 @@ def coverage(shape: str, points: Tensor, radius: Tensor) -> Tensor:
     if shape in _POLYGONS:
         distance = _polygon_distance(unit, torch.tensor(_POLYGONS[shape], device=points.device))
     else:
-        distance = unit.norm(dim=-1) - 1
+        from_centre = torch.hypot(*unit.unbind(-1))
+        distance = from_centre - 1
         if shape == "ring":
-            distance = torch.maximum(distance, _RING_HOLE - unit.norm(dim=-1))
+            distance = torch.maximum(distance, _RING_HOLE - from_centre)
     return (0.5 - distance * radius).clamp(0, 1)
 
 
@@ -69,7 +70,14 @@ def _colours(names: Sequence[str], device: torch.device) -> Tensor:
     return torch.tensor([RGB[name] for name in names], dtype=torch.float32, device=device) / 127.5 - 1
 
 
-def masks(scenes: Sequence[Scene], frames: int, height: int, width: int, device: torch.device) -> Tensor:
+def masks(
+    scenes: Sequence[Scene],
+    *,
+    frames: int = FRAMES,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Coverage [batch, frames, height, width] of the shapes, 0..1."""
     start = torch.tensor([scene.start for scene in scenes], device=device)
     velocity = torch.tensor([scene.content.velocity for scene in scenes], device=device)
@@ -109,7 +117,7 @@ def render(
 ) -> Tensor:
     """Videos [batch, 3, frames, height, width], fp32 in [-1, 1]."""
     device = torch.device(device)
-    mask = masks(scenes, frames, height, width, device).unsqueeze(1)
+    mask = masks(scenes, frames=frames, height=height, width=width, device=device).unsqueeze(1)
     colour = _colours([scene.content.colour for scene in scenes], device)[:, :, None, None, None]
     background = _colours([scene.content.background for scene in scenes], device)[:, :, None, None, None]
     return background + (colour - background) * mask

@@ -96,7 +96,7 @@ class Content:
         return x * speed, y * speed
 
 
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, tuple[str | int, ...]] = {
     "shape": SHAPES,
     "colour": COLOURS,
     "background": BACKGROUNDS,
@@ -156,7 +156,9 @@ def parse_caption(text: str, motion_score: int = 30) -> Content:
 
 def all_contents() -> Iterator[Content]:
     """Every content that has a caption, in a fixed order."""
-    for shape, colour, background, direction, score in itertools.product(*ATTRIBUTES.values()):
+    for shape, colour, background, direction, score in itertools.product(
+        SHAPES, COLOURS, BACKGROUNDS, DIRECTIONS, SPEEDS
+    ):
         if colour != background:
             yield Content(shape, colour, background, direction, score)
 

@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 
 class Budget:
-    """Iterates step numbers until `seconds` are over (at least one step), so a stage always ends in time."""
+    """Iterates step numbers until `seconds` are over, so a stage always ends in time.
+
+    The clock starts after the first step, which may compile.
+    """
 
     def __init__(self, stage: str, seconds: float, log: Path, warm_up: float = 0.03) -> None:
         self.stage, self.seconds, self.path, self.warm_up = stage, seconds, log, warm_up
@@ -21,6 +25,8 @@ class Budget:
         step = 0
         while step == 0 or self.progress < 1:
             yield step
+            if step == 0:
+                self._start = time.monotonic()
             step += 1
 
     @property
@@ -49,7 +55,7 @@ class Budget:
             "step": step,
             "second": round(self.progress * self.seconds, 1),
         }
-        record |= {name: round(float(value), 5) for name, value in values.items()}
+        record |= {name: round(torch.as_tensor(value).item(), 5) for name, value in values.items()}
         line = json.dumps(record)
         with self.path.open("a") as file:
             file.write(line + "\n")

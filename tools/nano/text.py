@@ -107,15 +107,16 @@ def encode_captions(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Text states [n, TOKENS, hidden] and masks [n, TOKENS] of captions, then of the empty negative prompt [1, ...]."""
     pipeline = SanaVideoPipeline(tokenizer=tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None)
-    states, masks = [], []
-    for first in range(0, len(captions), 256):
-        text, mask, negative, negative_mask = pipeline.encode_prompt(
-            list(captions[first : first + 256]),
-            device=encoder.device,
-            complex_human_instruction=instruction().split("\n"),
+
+    def encode(texts: list[str], lines: list[str] | None) -> tuple[Tensor, Tensor]:
+        states, mask, _, _ = pipeline.encode_prompt(
+            texts, do_classifier_free_guidance=False, device=encoder.device, complex_human_instruction=lines
         )
-        states.append(text[:, :TOKENS])
-        masks.append(mask[:, :TOKENS])
         if mask[:, TOKENS:].any():
             raise ValueError(f"a caption has more than {TOKENS} tokens")
-    return torch.cat(states), torch.cat(masks), negative[:1, :TOKENS], negative_mask[:1, :TOKENS]
+        return states[:, :TOKENS], mask[:, :TOKENS]
+
+    batches = [captions[first : first + 256] for first in range(0, len(captions), 256)]
+    parts = [encode(list(batch), instruction().split("\n")) for batch in batches]
+    states, masks = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return states, masks, *encode([""], None)
