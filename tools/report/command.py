@@ -31,7 +31,7 @@ def report(options: Namespace, say: Callable[[str], None]) -> dict[str, Any]:
         expected = f"at most its {len(prompts)} prompts"
         raise InputError("Samples out of range", where=path, expected=expected, got=options.samples)
     asked = {name: getattr(options, name) for name in ("frames", "height", "width", "steps", "guidance")}
-    sized_by = candidates[0].source if candidates[0].kind in ("onnx", "bundle") else options.reference
+    sized_by = next((c.source for c in candidates if c.kind in ("onnx", "bundle")), options.reference)
     settings = replace(default_settings(sized_by), **{k: v for k, v in asked.items() if v is not None})
     dtype = options.dtype or ("fp32" if choose_device(options.device).type == "cpu" else "bf16")
     made = make_report(
