@@ -7,11 +7,7 @@ are read when the file is written) and insert the Q/DQ of the quantized ones.
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -28,6 +24,7 @@ from .passes.contract import PassResult, run_passes
 from .passes.fold_shapes import FoldShapes
 from .passes.linears_to_gemm import LinearsToGemm
 from .passes.quantize_gemms import QuantizeGemms
+from .quiet import quiet
 
 OPSET = 23
 IR_VERSION = 11  # the first with FLOAT4E2M1
@@ -105,7 +102,7 @@ def trace(config: DiTConfig, shape: DenoiserShape) -> ir.Model:
         assign(skeleton, name, torch.zeros((), dtype=torch.bfloat16).expand(parameter.shape))
     cos, _ = skeleton.rope(shape.grid(config), torch.device("cpu"))
     arguments = tuple(torch.zeros(()).expand(size) for size in shape.inputs(config).values())
-    with _quiet_exporter():
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             skeleton,
             arguments,
@@ -131,17 +128,3 @@ def _name_rope_tables(graph: ir.Graph, parameters: set[str], cos: Tensor) -> Non
         assert table.const_value is not None
         is_cos = bool((table.const_value.numpy() == cos.numpy()).all())
         table.name = "rope.cos" if is_cos else "rope.sin"
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's remarks on packages that this model does not use out of the log."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from ..quiet import quiet
 from .contract import GraphPass
 
 _FOLDED = {"Constant", "Identity", "SplitToSequence", "SequenceAt", "Shape", "Range"}
@@ -33,7 +32,7 @@ class FoldShapes(GraphPass):
             """Keeps what reads an original initializer; None leaves the choice to the folder's own rules."""
             return False if any(v in kept for v in node.inputs) else None
 
-        with _quiet("onnxscript", "onnx_ir"):
+        with quiet("onnxscript", "onnx_ir"):
             fold_constants(model, should_fold=rule, onnx_shape_inference=True)
             common.IdentityEliminationPass()(model)
             common.CommonSubexpressionEliminationPass()(model)
@@ -52,17 +51,3 @@ class FoldShapes(GraphPass):
             for output in node.outputs:
                 if output.shape is None or not output.shape.is_static() or output.dtype is None:
                     yield f"{output.name} of {node.op_type} {node.name} has a static shape and a type"
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Silences chatty library loggers for the time of a call."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
