@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from sana_edge.calibration_data.prompts import HELDOUT, read_prompts
 from sana_edge.calibration_data.trajectories import Trajectory, calibrate, load_trajectory, read_trajectories, record
 from sana_edge.runtime.artefact import link_tree, parent_digest
-from sana_edge.runtime.checkpoint import COMPONENTS, NANO, load_transformer, to_diffusers
+from sana_edge.runtime.checkpoint import COMPONENTS, NANO, to_diffusers
 from sana_edge.runtime.denoise import initial_noise
 from sana_edge.runtime.errors import ArtefactError, InputError
 from sana_edge.runtime.linear_dit import DiTConfig, LinearDiT
+from sana_edge.runtime.quantized_linear import load_denoiser_model
 from sana_edge.runtime.schedule import TEXT_TO_VIDEO, load_scheduler
 from sana_edge.runtime.shapes import VideoShape
 from sana_edge.runtime.text import Conditioning
@@ -157,7 +158,7 @@ def test_stage_records_real_runs(checkpoint: Path, tmp_path: Path):
         second.latents[:1], initial_noise((16, 3, 8, 12), 6)
     )
     assert first.text_mask[0].sum() != second.text_mask[0].sum()  # "blurry" and nothing
-    model = load_transformer(checkpoint, dtype=torch.float32)
+    model = load_denoiser_model(checkpoint, dtype=torch.float32)
     for trajectory in (first, second):
         for batch, velocity in zip(trajectory.batches(), trajectory.velocity, strict=True):
             assert torch.equal(model(*batch), velocity)

@@ -14,7 +14,7 @@ from sana_edge.quantize import packed_checkpoint
 from sana_edge.quantize.quantize import quantize
 from sana_edge.quantize.recipe import load_recipe
 from sana_edge.runtime.artefact import read_manifest
-from sana_edge.runtime.checkpoint import COMPONENTS, load_transformer
+from sana_edge.runtime.checkpoint import COMPONENTS
 from sana_edge.runtime.errors import ArtefactError, FormatError, InputError
 from sana_edge.runtime.formats import FORMATS
 from sana_edge.runtime.quantized_linear import QuantizedLinear, load_denoiser_model
@@ -59,7 +59,7 @@ def test_quantized_checkpoint(name: str, checkpoint: Path, calibration: Path, tm
 
     model = load_denoiser_model(out, torch.float32)
     quantized = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    expected = load_recipe(name).assign(load_transformer(checkpoint))
+    expected = load_recipe(name).assign(load_denoiser_model(checkpoint))
     assert details["formats"] == {n: f.name for n, f in expected.items()}
     assert {n: m.format for n, m in quantized.items()} == {n: f for n, f in expected.items() if f.quantized}
     sqnr = {n: layer["sqnr_db"] for n, layer in details["layers"].items()}
@@ -82,7 +82,7 @@ def key_of(diffusers_name: str) -> str:
 def test_bf16_recipe_is_the_checkpoint_in_bf16(checkpoint: Path, tmp_path: Path):
     manifest = quantize(checkpoint, "bf16", None, tmp_path / "out")
     assert manifest.details["layers"] == {} and not (tmp_path / "out/transformer/hf_quant_config.json").exists()
-    ours, theirs = load_transformer(tmp_path / "out").state_dict(), load_transformer(checkpoint).state_dict()
+    ours, theirs = load_denoiser_model(tmp_path / "out").state_dict(), load_denoiser_model(checkpoint).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

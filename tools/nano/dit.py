@@ -153,4 +153,6 @@ def train_transformer(
             if budget.progress > saved + 0.1:
                 saved = budget.progress
                 torch.save(average.module.state_dict(), checkpoint)
-    return average.module.eval().requires_grad_(False)
+    trained = average.module
+    assert isinstance(trained, LinearDiT)
+    return trained.eval().requires_grad_(False)
