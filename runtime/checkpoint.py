@@ -40,7 +40,7 @@ def find_checkpoint(name: str | Path) -> Path:
         try:
             return Path(snapshot_download(str(name), local_files_only=True))
         except LocalEntryNotFoundError:
-            fix = f"huggingface-cli download {name}"
+            fix = f"hf download {name}"
             raise InputError("Checkpoint is not in the local Hugging Face cache", where=name, fix=fix) from None
     raise InputError(
         "No such checkpoint", where=name, expected="nano, a diffusers pipeline folder, or a Hugging Face id"
