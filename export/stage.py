@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.artefact import MANIFEST, Manifest, link_tree, parent_digest, read_manifest, run_stage, versions
-from ..runtime.checkpoint import COMPONENTS, find_checkpoint
+from ..runtime.checkpoint import find_checkpoint
 from ..runtime.errors import BackendError, InputError, MissingExtraError
 from ..runtime.formats import find_format
-from ..runtime.pipeline import DEFAULTS_FILE, default_settings
+from ..runtime.pipeline import default_settings, link_components
 from ..runtime.shapes import VideoShape, read_geometry
 from ..runtime.targets import find_target, require_format
 from .engine import engine_from_onnx, require_builder
@@ -55,7 +55,9 @@ def export_onnx(
     }
 
     def produce(partial: Path) -> dict[str, Any]:
-        _link_components(folder, partial)
+        link_components(folder, partial)
+        (partial / "transformer").mkdir()
+        shutil.copy(folder / "transformer" / "config.json", partial / "transformer")
         return {"video": asdict(video), **write_graphs(folder, sizes, partial)}
 
     return run_stage(out, EXPORT, inputs, produce, force=force)
@@ -106,13 +108,3 @@ def _require_onnx() -> None:
     if find_spec("onnxruntime") is None:  # in no extra: it and onnxruntime-gpu exclude each other
         fix = "pip install onnxruntime, or onnxruntime-gpu"
         raise BackendError("Comparing the twin with torch needs ONNX Runtime, which is not installed", fix=fix)
-
-
-def _link_components(source: Path, target: Path) -> None:
-    for name in COMPONENTS:
-        link_tree(source / name, target / name)
-    for name in ("model_index.json", DEFAULTS_FILE):
-        if (source / name).exists():
-            shutil.copy(source / name, target / name)
-    (target / "transformer").mkdir()
-    shutil.copy(source / "transformer" / "config.json", target / "transformer")

@@ -6,7 +6,6 @@ scheduler are the parent's files.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,13 +17,13 @@ from torch import nn
 
 from ..calibration_data.trajectories import STAGE as CALIBRATE
 from ..calibration_data.trajectories import read_trajectories
-from ..runtime.artefact import Manifest, link_tree, parent_digest, read_manifest, run_stage, versions
+from ..runtime.artefact import Manifest, parent_digest, read_manifest, run_stage, versions
 from ..runtime.backends.torch_backend import choose_device
-from ..runtime.checkpoint import COMPONENTS, find_checkpoint, read_config
+from ..runtime.checkpoint import find_checkpoint, read_config
 from ..runtime.errors import InputError
 from ..runtime.formats import Format
 from ..runtime.linear_dit import LinearDiT
-from ..runtime.pipeline import DEFAULTS_FILE
+from ..runtime.pipeline import link_components
 from ..runtime.quantized_linear import QUANT_CONFIG, InputScales, load_denoiser_model
 from .modelopt_calibration import fake_quantize, read_scales
 from .packed_checkpoint import write_transformer
@@ -77,7 +76,7 @@ def quantize(
     def produce(partial: Path) -> dict[str, Any]:
         start = time.perf_counter()
         scales = _measure(folder, chosen, formats, calibration, device, progress) if measured and calibration else {}
-        _link_components(folder, partial)
+        link_components(folder, partial)
         layers = write_transformer(folder / "transformer", partial / "transformer", config, formats, scales)
         return {
             "recipe": chosen.name,
@@ -142,11 +141,3 @@ def _measure(
     with torch.no_grad():
         fake_quantize(model, formats, recipe, lambda m: replay(m, calibration, target, total, progress))
     return read_scales(model, formats)
-
-
-def _link_components(source: Path, target: Path) -> None:
-    for name in COMPONENTS:
-        link_tree(source / name, target / name)
-    for name in ("model_index.json", DEFAULTS_FILE):
-        if (source / name).exists():
-            shutil.copy(source / name, target / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .artefact import digest_folder, digest_json, versions
+from .artefact import digest_folder, digest_json, link_tree, versions
 from .backends import choose_backend, open_denoiser, read_stage, verify_part
 from .backends.torch_backend import choose_device
 from .checkpoint import COMPONENTS, find_checkpoint, read_json
@@ -83,6 +84,15 @@ def default_settings(source: str | Path) -> Settings:
         return Settings(**values)
     except TypeError as error:
         raise ArtefactError("Default settings are damaged", where=folder / DEFAULTS_FILE, got=error) from error
+
+
+def link_components(source: Path, target: Path) -> None:
+    """Puts all of a pipeline folder but its transformer under another: what a stage leaves as it found it."""
+    for name in COMPONENTS:
+        link_tree(source / name, target / name)
+    for name in ("model_index.json", DEFAULTS_FILE):
+        if (source / name).exists():
+            shutil.copy(source / name, target / name)
 
 
 def generate(
