@@ -28,7 +28,7 @@ from ..runtime.pipeline import default_settings
 from ..runtime.quantized_linear import QUANT_CONFIG
 from ..runtime.schedule import TEXT_TO_VIDEO, load_scheduler
 from ..runtime.shapes import VideoShape, read_geometry
-from ..runtime.text import Conditioning, encode_prompts, with_motion_score
+from ..runtime.text import Conditioning, encode_pairs, with_motion_score
 from .prompts import PROMPTS, Prompt, read_prompts, refuse_heldout
 
 STAGE = "calibrate"
@@ -181,16 +181,17 @@ def calibrate(
     }
 
     def produce(folder_out: Path) -> dict[str, Any]:
-        conditionings = _encode(folder, chosen, dtype, target)
+        pairs = [(with_motion_score(p.prompt, p.motion_score), p.negative_prompt) for p in chosen]
+        conditionings = encode_pairs(folder, pairs, dtype=dtype, device=target)
         denoiser = TorchDenoiser(folder, device=str(target), dtype=dtype)
-        for number, (prompt, conditioning) in enumerate(zip(chosen, conditionings, strict=True)):
+        for number, pair in enumerate(pairs):
             trajectory = record(
                 denoiser,
                 initial_noise(latent_shape, seed + number),
                 load_scheduler(folder, TEXT_TO_VIDEO, steps, device=target),
-                conditioning,
+                conditionings[pair],
                 guidance=guidance,
-                prompt=with_motion_score(prompt.prompt, prompt.motion_score),
+                prompt=pair[0],
                 seed=seed + number,
                 device=target,
                 progress=progress and partial(_report, progress, number * steps, samples * steps),
@@ -215,14 +216,3 @@ def _choose(path: Path, samples: int) -> list[Prompt]:
             "Samples out of range", where=path, expected=f"1 to its {len(available)} prompts", got=samples, fix=fix
         )
     return available[:samples]
-
-
-def _encode(checkpoint: Path, prompts: list[Prompt], dtype: torch.dtype, device: torch.device) -> list[Conditioning]:
-    """Conditionings of prompts in order, with one pass of the text encoder for each negative prompt."""
-    found: dict[Prompt, Conditioning] = {}
-    for negative in dict.fromkeys(p.negative_prompt for p in prompts):
-        group = [p for p in prompts if p.negative_prompt == negative]
-        texts = [with_motion_score(p.prompt, p.motion_score) for p in group]
-        encoded = encode_prompts(checkpoint, texts, negative, dtype=dtype, device=device)
-        found |= dict(zip(group, encoded, strict=True))
-    return [found[p] for p in prompts]

@@ -75,6 +75,22 @@ def encode_prompts(
     return [Conditioning(torch.cat([negative[0], text]), torch.cat([negative[1], mask])) for text, mask in positive]
 
 
+def encode_pairs(
+    checkpoint: Path,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+) -> dict[tuple[str, str], Conditioning]:
+    """The conditioning of every (prompt, negative prompt), with one pass of the encoder for each negative prompt."""
+    found: dict[tuple[str, str], Conditioning] = {}
+    for negative in dict.fromkeys(negative for _, negative in pairs):
+        group = list(dict.fromkeys(pair for pair in pairs if pair[1] == negative))
+        encoded = encode_prompts(checkpoint, [prompt for prompt, _ in group], negative, dtype=dtype, device=device)
+        found |= dict(zip(group, encoded, strict=True))
+    return found
+
+
 def load_tokenizer(checkpoint: Path) -> Any:
     """The tokenizer of a checkpoint folder, padding on the right."""
     from transformers import AutoTokenizer

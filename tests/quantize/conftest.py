@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,14 @@ TINY = {
 }
 
 
-def random_model() -> LinearDiT:
+def make_model() -> LinearDiT:
     return LinearDiT(DiTConfig.from_diffusers(TINY)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def random_model() -> Callable[[], LinearDiT]:
+    """Makes tiny models with fresh random weights."""
+    return make_model
 
 
 def write_checkpoint(folder: Path, model: LinearDiT) -> Path:
@@ -47,7 +54,7 @@ def write_checkpoint(folder: Path, model: LinearDiT) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint whose activations have an outlier channel, as those of real transformers do."""
-    model = random_model()
+    model = make_model()
     for block in model.blocks:
         block.scale_shift_table[1, 5] += 20
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), model)

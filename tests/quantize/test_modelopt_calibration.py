@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,22 +11,10 @@ from sana_edge.quantize.modelopt_calibration import fake_quantize, read_scales
 from sana_edge.quantize.recipe import Recipe, Rule, load_recipe
 from sana_edge.runtime.errors import FormatError
 from sana_edge.runtime.formats import E2M1_MAX, E4M3_MAX
-from sana_edge.runtime.linear_dit import DiTConfig, LinearDiT
+from sana_edge.runtime.linear_dit import LinearDiT
 from sana_edge.runtime.quantized_linear import QuantizedLinear, quantize_linears
 from torch import nn
 
-TINY = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "num_layers": 2,
-    "num_cross_attention_heads": 2,
-    "cross_attention_head_dim": 32,
-    "caption_channels": 192,
-    "mlp_ratio": 3.0,
-    "patch_size": [1, 2, 2],
-}
 LOW = ["int8", "fp8", "mxfp8", "nvfp4"]
 QKV = "blocks.0.attn1.to_qkv"
 MIXED = Recipe(
@@ -42,14 +31,11 @@ MIXED = Recipe(
 )
 
 Batch = tuple[torch.Tensor, ...]
+NewModel = Callable[[], LinearDiT]
 
 
 def recipe_of(name: str) -> Recipe:
     return MIXED if name == "mixed" else load_recipe(name)
-
-
-def random_model() -> LinearDiT:
-    return LinearDiT(DiTConfig.from_diffusers(TINY)).eval().requires_grad_(False)
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -84,7 +70,7 @@ def check_against_modelopt(theirs: LinearDiT, ours: LinearDiT, batch: Batch) -> 
 
 
 @pytest.mark.parametrize("name", [*LOW, "mixed"])
-def test_outputs_equal_modelopts(name: str, batch: Batch):
+def test_outputs_equal_modelopts(name: str, batch: Batch, random_model: NewModel):
     model = random_model()
     theirs, ours = both_models(model, recipe_of(name), batch)
     check_against_modelopt(theirs, ours, batch)
@@ -93,7 +79,7 @@ def test_outputs_equal_modelopts(name: str, batch: Batch):
 
 
 @pytest.mark.parametrize("name", [*LOW, "mixed"])
-def test_weights_equal_modelopts(name: str, batch: Batch):
+def test_weights_equal_modelopts(name: str, batch: Batch, random_model: NewModel):
     """ModelOpt's fake-quantized weight of every layer, and its NVFP4 packer's, are our dequantized ones."""
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
@@ -112,7 +98,7 @@ def test_weights_equal_modelopts(name: str, batch: Batch):
 
 
 @pytest.mark.parametrize("name", LOW)
-def test_ranges_are_those_of_all_replayed_inputs(name: str, batch: Batch):
+def test_ranges_are_those_of_all_replayed_inputs(name: str, batch: Batch, random_model: NewModel):
     """Against a forward hook: the largest input of any batch, smoothed where SmoothQuant smooths."""
     model, second = random_model(), tuple(3 * t if i == 0 else t for i, t in enumerate(batch))
     seen: list[torch.Tensor] = []
@@ -133,7 +119,7 @@ def test_ranges_are_those_of_all_replayed_inputs(name: str, batch: Batch):
         assert torch.allclose(linear.pre_quant_scale, (weight**0.5 / channels**0.5).clamp(1e-4, 1e4), rtol=1e-4)
 
 
-def test_smoothquant_helps_with_an_outlier_channel(batch: Batch):
+def test_smoothquant_helps_with_an_outlier_channel(batch: Batch, random_model: NewModel):
     model = random_model()
     for block in model.blocks:
         block.scale_shift_table[1, 5] += 50
@@ -145,7 +131,7 @@ def test_smoothquant_helps_with_an_outlier_channel(batch: Batch):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_bad_weights_and_inputs_name_the_layer(bad: float, batch: Batch):
+def test_bad_weights_and_inputs_name_the_layer(bad: float, batch: Batch, random_model: NewModel):
     recipe = load_recipe("nvfp4")
     model = random_model()
     model.get_submodule("blocks.1.ff.conv_point").weight[3, 3] = bad
@@ -157,7 +143,7 @@ def test_bad_weights_and_inputs_name_the_layer(bad: float, batch: Batch):
         both_models(model, recipe, batch)
 
 
-def test_dead_layers_are_refused(batch: Batch):
+def test_dead_layers_are_refused(batch: Batch, random_model: NewModel):
     recipe = load_recipe("fp8")
     model = random_model()
     model.get_submodule(QKV).weight.zero_()
@@ -173,7 +159,7 @@ def test_dead_layers_are_refused(batch: Batch):
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LOW[::-1], "mixed"])
-def test_outputs_equal_modelopts_kernels(name: str, batch: Batch):
+def test_outputs_equal_modelopts_kernels(name: str, batch: Batch, random_model: NewModel):
     """On a GPU the fake quantization is ModelOpt's own, independent of the reference.
 
     Slow once: except for nvfp4 (Triton), ModelOpt compiles a CUDA extension at first use, a minute each.

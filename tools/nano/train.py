@@ -66,8 +66,6 @@ def world_stage(
     if not (folder / "vae").exists():
         budget = Budget("vae", options.vae_seconds, log)
         train_vae(budget, device, options.vae_batch).save_pretrained(folder / "vae")
-    if options.dit_seconds == 0:
-        raise SystemExit("stop")
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
     latents = encode_world(vae, Budget("latents", options.latent_seconds, log), options.clips, device)
     measure_latents(vae, latents.values[:2048])

@@ -26,7 +26,7 @@ from ...runtime.errors import InputError
 from ...runtime.pipeline import Settings
 from ...runtime.schedule import TEXT_TO_VIDEO, load_scheduler
 from ...runtime.shapes import read_geometry
-from ...runtime.text import Conditioning, encode_prompts, with_motion_score
+from ...runtime.text import Conditioning, encode_pairs, with_motion_score
 from ...runtime.vae import decode_latents, load_vae, to_uint8
 from ...runtime.video import FPS, write_video
 from ..machine import describe_machine, describe_packages
@@ -78,11 +78,13 @@ def collect(
 ) -> Report:
     """Measures every side, writes its videos below `folder`, and returns the report, not yet gated."""
     settings = setup.settings
-    conditionings = encode(reference.folder, samples, setup)
+    pairs = [(s.prompt, s.negative_prompt) for s in samples]
+    device = choose_device(setup.device)
+    conditionings = encode_pairs(reference.folder, pairs, dtype=_DTYPES[setup.dtype], device=device)
     base = measure(reference, samples, conditionings, replace(setup, backend="auto"))
     measured = [measure(c, samples, conditionings, setup, base.runs) for c in candidates]
 
-    vae = load_vae(reference.folder, device=choose_device(setup.device))
+    vae = load_vae(reference.folder, device=device)
     sides, frames = [], None
     for subject, found in zip((reference, *candidates), (base, *measured), strict=True):
         videos = []
@@ -106,17 +108,6 @@ def collect(
         candidates=sides[1:],
         baseline=None,
     )
-
-
-def encode(checkpoint: Path, samples: Sequence[Sample], setup: Setup) -> dict[tuple[str, str], Conditioning]:
-    """The conditioning of every (prompt, negative prompt), with one pass of the encoder for each negative prompt."""
-    device = choose_device(setup.device)
-    found: dict[tuple[str, str], Conditioning] = {}
-    for negative in dict.fromkeys(s.negative_prompt for s in samples):
-        prompts = list(dict.fromkeys(s.prompt for s in samples if s.negative_prompt == negative))
-        encoded = encode_prompts(checkpoint, prompts, negative, dtype=_DTYPES[setup.dtype], device=device)
-        found |= {(prompt, negative): conditioning for prompt, conditioning in zip(prompts, encoded, strict=True)}
-    return found
 
 
 def measure(
