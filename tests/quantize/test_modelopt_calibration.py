@@ -66,7 +66,7 @@ def check_against_modelopt(theirs: LinearDiT, ours: LinearDiT, batch: Batch) -> 
         theirs.get_submodule(name).register_forward_hook(compare)
     expected = theirs(*batch)
     assert errors.keys() == layers.keys() and max(errors.values()) <= 5e-3, errors
-    assert relative_error(ours(*batch), expected) <= 2e-2
+    assert relative_error(ours(*batch), expected) <= 5e-3
 
 
 @pytest.mark.parametrize("name", [*LOW, "mixed"])
