@@ -62,7 +62,7 @@ def summary(report: Report) -> str:
     """The verdict in a few lines of plain text."""
     lines = [f"{'PASSED' if report.passed else 'FAILED'}: {', '.join(c.name for c in report.candidates)}"]
     for side in (report.reference, *report.candidates):
-        cosine = "" if side.cosine_mean is None else f", velocity cosine {number(side.cosine_mean)}"
+        cosine = "" if side.cosine_mean is None else f", velocity cosine {number(side.cosine_mean, 5)}"
         judged = "" if side.adherence is None else f", adherence {percent(side.adherence)}"
         lines.append(
             f"  {side.name}: {side.format}, {size(side.bytes)}, step {milliseconds(side.step_seconds)}{cosine}{judged}"
