@@ -1,4 +1,4 @@
-"""Train the nano model from nothing on one GPU: `python -m sana_edge.tools.nano.train --out DIR`, under 20 minutes.
+"""Train the nano model from nothing on one GPU: `python -m sana_edge.tools.nano.train --out DIR`, 20 minutes.
 
 Four stages, each with its own budget of seconds: text encoder, VAE, latents of the world, denoiser. The result is a
 diffusers pipeline folder DIR/nano, measured at the end (DIR/metrics.json, contact sheets). A stage whose weights are
@@ -35,14 +35,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text-seconds", type=float, default=12)
     parser.add_argument("--vae-seconds", type=float, default=300)
     parser.add_argument("--latent-seconds", type=float, default=30)
-    parser.add_argument("--dit-seconds", type=float, default=640)
+    parser.add_argument("--dit-seconds", type=float, default=800)
     parser.add_argument("--clips", type=int, default=49152, help="latents of the world to train on")
     parser.add_argument("--vae-batch", type=int, default=8)
     parser.add_argument("--dit-batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of the denoiser, at its peak")
     parser.add_argument("--captions", type=int, default=64, help="held-out captions to measure")
     parser.add_argument("--steps", type=int, nargs="+", default=[30], help="denoising steps to measure")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[4.5, 6.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[4.5])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
